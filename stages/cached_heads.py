@@ -38,11 +38,9 @@ class HeadCodes:
         """Quantise heads `[m, heads, d]`; one with NaN or infinity becomes NaN."""
         wide = heads.to(torch.float32)
         bits = (wide.view(torch.int32) & 0x7FFFFFFF).amax(-1)
-        is_finite = bits < _INFINITY
-        exponents = ((bits.clamp(max=_INFINITY - 1) + _ROUND_UP) >> _MANTISSA_BITS) - _CODE_EXPONENT
-        exponents = exponents.clamp(min=1)
+        exponents = (((bits + _ROUND_UP) >> _MANTISSA_BITS) - _CODE_EXPONENT).clamp(min=1)
         codes = (wide * _power_of_two(_MOST_EXPONENT - exponents)[..., None]).to(torch.float8_e4m3fn)
-        scales = _power_of_two(exponents).where(is_finite, torch.nan)
+        scales = _power_of_two(exponents).where(bits < _INFINITY, torch.nan)
         return cls(codes, scales.to(torch.bfloat16), heads.dtype)
 
     @property

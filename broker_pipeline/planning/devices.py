@@ -61,7 +61,8 @@ FURTHER_STAGE_CAPTION_S = 0.010
 _EXPERT_WEIGHTS = 3 * 2048 * 768  # of an expert of 30B-A3B
 _EXPERT_POWER = 0.13
 """By which products with larger experts are faster: prefill of 12 layers of 235B, whose experts have four times the
-weights, has 0.55 of the rate where 30B-A3B has 0.46."""
+weights, has 0.55 of the rate where 30B-A3B has 0.46. Smaller and larger ones were not measured, and count as these."""
+_LARGEST_EXPERT = 4.0  # of `_EXPERT_WEIGHTS`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +96,8 @@ class Device:
 
     def expert_flops_per_s(self, num_weights: int) -> float:
         """Return the rate of products with experts of so many weights each."""
-        nearer: float = (num_weights / _EXPERT_WEIGHTS) ** _EXPERT_POWER
-        return self.flops_per_s * self.expert_share * nearer
+        gain: float = min(max(num_weights / _EXPERT_WEIGHTS, 1.0), _LARGEST_EXPERT) ** _EXPERT_POWER
+        return self.flops_per_s * self.expert_share * gain
 
 
 _H100 = Device(name="H100", memory_bytes=85 * 10**9, bytes_per_s=2.96e12, flops_per_s=600e12, is_estimated=False)

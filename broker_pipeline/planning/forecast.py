@@ -45,6 +45,11 @@ class Forecast:
         return sum(self.copy_sessions)
 
     @property
+    def is_full(self) -> bool:
+        """Whether there are as many sessions as there is room for."""
+        return self.num_sessions >= self.room_sessions
+
+    @property
     def limit(self) -> str:
         """What bounds the rate most."""
         return min(self.limits, key=self.limits.__getitem__)

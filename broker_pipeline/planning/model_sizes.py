@@ -128,11 +128,6 @@ class ModelSizes:
         return self.layer_share < 1.0
 
     @property
-    def kv_is_fp8(self) -> bool:
-        """Whether keys and values are held in FP8."""
-        return self.kv_bytes < self.kv_values * self.dtype_bytes
-
-    @property
     def tower_bytes(self) -> int:
         """Bytes of the tower."""
         return self.tower_weights * self.dtype_bytes

@@ -19,8 +19,8 @@ def layer_s(model: ModelSizes, device: Device, work: Workload, num_tokens: float
     if model.num_experts:
         chosen = model.num_experts_per_token * model.expert_weights
         computing += 2 * num_tokens * chosen / (expert_gain * device.expert_flops_per_s(model.expert_weights))
-    kv_bytes = model.kv_values * model.dtype_bytes  # in FP8 as well: codes are unpacked for as long as bf16 is read
-    kv = num_sessions * work.mean_context * kv_bytes / (device.bytes_per_s * device.kv_share)
+    read = model.kv_values * model.dtype_bytes  # as if not in FP8: decode steps gain what prompts lose
+    kv = num_sessions * work.mean_context * read / (device.bytes_per_s * device.kv_share)
     return math.hypot(reading, computing) + kv + (device.expert_layer_s if model.num_experts else device.layer_s)
 
 

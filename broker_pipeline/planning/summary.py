@@ -29,8 +29,6 @@ def describe_plan(model: ModelSizes, site: Site, workload: Workload, plan: Plan)
         f"predicted {found.captions_per_s:.3g} captions/s of {workload.num_output_tokens} tokens with "
         f"{found.num_sessions:,} sessions (room for {found.room_sessions:,}); limit: {found.limit}"
     )
-    if device.is_gpu and found.num_sessions == found.room_sessions and not model.kv_is_fp8:
-        second += "; --kv-dtype fp8 makes room for nearly twice as many, on GPUs from Ada on"
     if plan.num_conductors > 1:
         second += f"; {plan.num_conductors} conductors"
     return first, second + ("; estimated, this device was not measured" if found.is_estimated else "")

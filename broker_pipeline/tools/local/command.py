@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.local.cluster import LocalCluster
-from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices, with_memory
+from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices, with_memory, without_fp8
 from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.layouts import (
     layout_request,
@@ -51,6 +52,7 @@ from broker_pipeline.wire.edges.options import EDGE_NAMES, EDGE_OPTIONS, refuse_
 _POSITIVE = click.IntRange(min=1)
 _MOST_GATEWAY_PROCESSES = 4
 _SHOW_JOBS_S = 2.0
+_WORTH_SAYING = 1.1  # times the captions, by what is predicted
 _SAME_NAMES = (
     *("host", "port", "nats_url", "nats_replicas", "redis_url", "namespace", "pipeline"),
     *(
@@ -260,10 +262,13 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
     if options["mps"] and not used:
         raise ConfigurationError("--mps has no effect without GPUs: leave it out", field="mps")
     model = options["model"].absolute()
-    kv_in_fp8 = options["kv_dtype"] == "fp8"
-    sizes = read_sizes(model, served_dtype(options["dtype"]), on_gpus=bool(used), kv_in_fp8=kv_in_fp8)
+    if (kv_in_fp8 := options["kv_dtype"] == "fp8") and (older := without_fp8(used)):
+        problem = f"{older.name} has no FP8, which GPUs have from Ada and Hopper on; leave it out"
+        raise ConfigurationError(f"--kv-dtype fp8: {problem}", field="kv_dtype")
+    read = partial(read_sizes, model, served_dtype(options["dtype"]), on_gpus=bool(used))
+    sizes, request = read(kv_in_fp8=kv_in_fp8), layout_request(options, has_gpus=bool(used))
     site, work = site_of(used, options["edges"]), Workload()
-    plan = choose_plan(sizes, site, work, layout_request(options, has_gpus=bool(used)))
+    plan = choose_plan(sizes, site, work, request)
     everywhere = gpus and options["device"] in {"auto", "cuda"}
     settings = LocalSettings(
         model=model,
@@ -281,7 +286,12 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
         edge_flags={flag_of(name): options[name] for name in EDGE_NAMES},
         **{name: options[name] for name in _SAME_NAMES},
     )
-    return settings, describe_plan(sizes, site, work, plan)
+    chosen, predicted = describe_plan(sizes, site, work, plan)
+    if used and not kv_in_fp8 and plan.forecast.is_full and not without_fp8(used):
+        in_fp8 = choose_plan(read(kv_in_fp8=True), site, work, request).forecast.captions_per_s
+        if in_fp8 > _WORTH_SAYING * plan.forecast.captions_per_s:
+            predicted += f"; with --kv-dtype fp8 {in_fp8:.3g}"
+    return settings, (chosen, predicted)
 
 
 def default_gateway_processes(num_cores: int) -> int:

@@ -45,8 +45,8 @@ CPU_GROUPS = GroupSizes(whole=4, reported=8)
 GPU_GROUPS = GroupSizes(whole=16, reported=64)
 """Scratch memory of a group at V = 150,000: 10 MB a logit row to draw from, 160 MB in all; 2 MB one to report."""
 
-KERNEL_GROUPS = GroupSizes(whole=256, reported=64)
-"""Where kernels draw: 0.26 MB a logit row to draw from, 67 MB in all."""
+KERNEL_GROUPS = GroupSizes(whole=128, reported=64)
+"""Where kernels draw: they take 34 MB, whatever the number of logit rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def head_codes(first, second):
     """Quantise both halves `[R, d / 2]` of fp32 heads; returns their codes, and scales bfloat16 `[R]`."""
     left, right = first.to(tl.int32, bitcast=True), second.to(tl.int32, bitcast=True)
     bits = tl.max(tl.maximum(left & 0x7FFFFFFF, right & 0x7FFFFFFF), axis=1)  # as numbers, NaN would be passed over
-    exponents = tl.maximum(((tl.minimum(bits, _INFINITY - 1) + 0x1FFFFF) >> 23) - 8, 1)
+    exponents = tl.maximum(((bits + 0x1FFFFF) >> 23) - 8, 1)
     inverse = ((254 - exponents) << 23).to(tl.float32, bitcast=True)[:, None]
     scales = tl.where(bits < _INFINITY, (exponents << 23).to(tl.float32, bitcast=True), float("nan"))
     left, right = nearest_code(first * inverse).to(tl.float8e4nv), nearest_code(second * inverse).to(tl.float8e4nv)

@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MOST_ROWS = 128
+"""As many have counts, whatever the number of rows: an allocator keeps memory for each size that it has seen."""
+
 _NUM_SCORES = tl.constexpr(1 << 16)
 _BLOCK = tl.constexpr(2048)  # scores of a step
 _POSITIVE = tl.constexpr(0x7FFF)
@@ -140,15 +143,15 @@ def _pick_kernel(logits_ptr, table_ptr, found_ptr, tokens_ptr, VOCAB: tl.constex
 
 
 def draw_from_all(logits: Tensor, table: Tensor, *, unit: float, num_spare: int) -> Tensor:
-    """Draw tokens int64 `[n]` from `logits` `[r, V]` in bf16, contiguous both, with 256 KiB for each.
+    """Draw tokens int64 `[n]`, at most `MOST_ROWS`, from `logits` `[r, V]` in bf16, contiguous both.
 
     `table` fp64 `[6, n]` is as `DrawSettings.of_table` has it; `unit` is `unit_of(V)`.
     """
     num_rows, vocab = table.shape[1], logits.shape[1]
     assert logits.is_contiguous(), "rows are found by their number"
     assert table.is_contiguous(), "settings are found by their row"
-    num_counted = triton.next_power_of_2(num_rows)  # few sizes, or the allocator keeps memory for each number of rows
-    counts = torch.zeros(num_counted, _NUM_SCORES.value, dtype=torch.int32, device=logits.device)
+    assert num_rows <= MOST_ROWS, "the plan has groups of that size"
+    counts = torch.zeros(MOST_ROWS, _NUM_SCORES.value, dtype=torch.int32, device=logits.device)
     found = torch.empty(num_rows, 2, dtype=torch.int64, device=logits.device)
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:

@@ -15,7 +15,7 @@ from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.decode_attention import attend_decode_tokens, num_parts
-from stages.kernels.invariant_attention import attend_invariant_tokens
+from stages.kernels.invariant_attention import attend_invariant_tiles, attend_invariant_tokens
 from stages.kernels.norms import add_rms_norm, rms_norm
 from stages.kernels.sampling.logit_scan import scan
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
@@ -113,21 +113,22 @@ def test_enter_cache_norms_rotates_and_stores(device: torch.device, dtype: torch
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_seen_in_codes(device: torch.device, bad: float) -> None:
     """By whoever looks at the token, and by nobody else."""
-    d, dtype = 32, torch.float32
-    qkv = _random(3, 4 * d, device=device, dtype=dtype)
+    d = 32
+    qkv = _random(3, 4 * d, device=device, dtype=torch.float32)
     qkv[1, 3 * d + 5] = bad  # a value
-    qkv[2, 2 * d + 5] = bad  # a key, which its norm makes NaN altogether
+    qkv[2, 2 * d + 5] = bad  # a key
     ones, slots = torch.ones(d, device=device), torch.arange(3, dtype=torch.int32, device=device)
     rotation = torch.ones(3, 1, d, device=device), torch.zeros(3, 1, d, device=device)
     keys, values = (HeadCodes.of(torch.zeros(3, 1, d, device=device)) for _ in range(2))
     q = enter_cache(qkv, (ones, ones), rotation, 1e-6, keys, values, slots)
     assert values.scales.isnan().flatten().tolist() == [False, True, False]
     assert keys.scales.isnan().flatten().tolist() == [False, False, True]
-    out = torch.zeros_like(q)
-    for length in (1, 2, 3):
-        places = [torch.tensor([each], dtype=torch.int32, device=device) for each in (0, 0, length)]
-        attend_invariant_tokens(q, keys, values, *places, out=out)
-        assert out[0].isfinite().all() == (length == 1)
+    for token in range(3):
+        alone, tiled = torch.zeros_like(q), torch.zeros_like(q)
+        first, start, one = (torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 1], [token, 0], [1]))
+        attend_invariant_tokens(q, keys, values, first[:1], start[:1], one, out=alone)
+        attend_invariant_tiles(q, keys, values, (first, start, one), out=tiled)
+        assert bool(alone[0].isfinite().all()) == bool(tiled[0].isfinite().all()) == (token == 0)
 
 
 @pytest.mark.parametrize("parts", [1, 4])

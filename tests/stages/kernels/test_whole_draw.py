@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, draw, rank_all, unit_of
+from stages.compute.sampling.plan import KERNEL_GROUPS
 from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
-from stages.kernels.sampling.whole_draw import draw_from_all
+from stages.kernels.sampling.whole_draw import MOST_ROWS, draw_from_all
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, about NaN
 ALL_CUTS = Cuts(top_k=True, top_p=True, min_p=True)
@@ -52,9 +53,9 @@ def test_kernels_draw_what_sorting_draws(device: torch.device, vocab: int, step:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_kernels_draw_likewise_from_as_many_tokens_as_models_have() -> None:
     device, vocab = torch.device("cuda"), 151_936
-    logits = logits_of(256, vocab, 0.0, device)
+    logits = logits_of(MOST_ROWS, vocab, 0.0, device)
     for seed in range(5):
-        table = table_of([*range(256)], vocab, seed, device)
+        table = table_of([*range(MOST_ROWS)], vocab, seed, device)
         want = draw_whole(logits, DrawSettings.of_table(table), ALL_CUTS)
         assert drawn(logits, table) == want.tolist()
 
@@ -76,6 +77,10 @@ def test_what_is_not_finite_gives_some_token_and_disturbs_no_other(device: torch
     found = drawn(logits, table)
     assert (found[0], found[2]) == (want[0], want[2])
     assert 0 <= found[1] < 5000
+
+
+def test_plans_leave_no_more_rows_to_kernels_than_they_take() -> None:
+    assert KERNEL_GROUPS.whole == MOST_ROWS
 
 
 def test_no_rows_are_no_tokens(device: torch.device) -> None:

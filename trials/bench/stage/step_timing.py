@@ -110,8 +110,7 @@ def _fill(cached: CachedHeads, device: torch.device) -> None:
     """Write random numbers into all slots of a layer, some at a time."""
     num_slots, *heads = cached.shape
     for slots in torch.split(torch.arange(num_slots, device=device), _SLOTS_AT_ONCE):
-        dtype = cached.dtype
-        put_heads(cached, slots, torch.randn(len(slots), *heads, dtype=dtype, device=device))
+        put_heads(cached, slots, torch.randn(len(slots), *heads, dtype=cached.dtype, device=device))
 
 
 class _StageBench:

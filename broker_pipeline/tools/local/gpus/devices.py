@@ -25,6 +25,7 @@ for index in range(count):
 print(json.dumps(facts))
 """
 _TIMEOUT_S = 60.0
+_FP8_CAPABILITY = (8, 9)
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(?P<index>0|[1-9][0-9]*))?")
 
 
@@ -37,6 +38,12 @@ class CudaDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where that was asked for."""
     capability: str = ""
     """CUDA's compute capability, such as 9.0."""
+
+
+def without_fp8(gpus: Sequence[CudaDevice]) -> CudaDevice | None:
+    """Return one that has no FP8, as GPUs before Ada and Hopper; unknown ones may have it."""
+    known = [gpu for gpu in gpus if gpu.capability]
+    return next((gpu for gpu in known if tuple(map(int, gpu.capability.split("."))) < _FP8_CAPABILITY), None)
 
 
 async def cuda_devices(device: str | None = None, *, with_free: bool = False) -> tuple[CudaDevice, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.tools.local.command import default_gateway_processes, local_settings
@@ -241,10 +242,18 @@ def test_keys_and_values_in_fp8_are_planned_and_passed_on(model_8b: Path) -> Non
     assert rates[0] is not None
     assert rates[1] is not None
     assert float(rates[1][1]) > 1.5 * float(rates[0][1])
-    assert ["--kv-dtype fp8 makes room" in second for _, (_, second) in said] == [True, False]
-    assert "--kv-dtype" not in up((H100,), model=model_8b)[1][1], "where there is room"
+    assert said[0][1][1].endswith(f"; with --kv-dtype fp8 {rates[1][1]}")
+    assert "--kv-dtype" not in up((H100,), model=model_8b)[1][1] + said[1][1][1], "where there is room"
     for planned in plan_services(said[1][0], nats_url="", redis_url="", addresses={"gateway-0": ("", 0)}):
         assert ("--kv-dtype fp8" in " ".join(planned.arguments)) == planned.name.startswith("stage")
+
+
+def test_gpus_without_fp8_are_not_told_of_it_and_refuse_it(model_8b: Path) -> None:
+    older = replace(H100, name="NVIDIA A100", capability="8.0")
+    assert "--kv-dtype" not in up((older,), model=model_8b, gpu_memory_gb=24.0)[1][1]
+    with pytest.raises(ConfigurationError, match="NVIDIA A100 has no FP8") as caught:
+        up((H100, older), model=model_8b, kv_dtype="fp8")
+    assert caught.value.field == "kv_dtype"
 
 
 @pytest.mark.parametrize(
