@@ -42,7 +42,11 @@ quantize_option = click.option(
 
 
 kv_dtype_option = click.option(
-    "--kv-dtype", type=click.Choice(["auto", "fp8"]), help="Dtype of keys and values, as for `stage`.  [default: auto]"
+    "--kv-dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "fp8"]),
+    help="Dtype of keys and values, as for `stage`.",
 )
 
 

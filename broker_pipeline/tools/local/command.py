@@ -158,8 +158,9 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")
 @option(
     "--kv-dtype",
+    default="auto",
     type=click.Choice(["auto", "fp8"]),
-    help="Dtype of the KV cache: auto is that of --dtype, fp8 half of bfloat16's bytes. [default: auto]",
+    help="Dtype of the KV cache: auto is that of --dtype, fp8 half of bfloat16's bytes.",
 )
 @option(
     "--on-other-model",

@@ -57,8 +57,8 @@ class LocalSettings:
     num_threads: int | None = None
     """Threads of each worker; None is one where GPUs do the work, and shares the cores out elsewhere."""
     kv_tokens: int | None = None
-    kv_dtype: str | None = None
-    """What stages hold keys and values in; None leaves it to them."""
+    kv_dtype: str = "auto"
+    """What stages hold keys and values in: `auto` or `fp8`."""
     gpu_memory_gb: float | None = None
     """GB (10**9 bytes) that every GPU counts as having; None: all it has."""
     on_other_model: str = "restart"

@@ -43,8 +43,8 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
     """Conductors, each with some of the copies; None is what the planner expects to be needed."""
     kv_tokens: int | None
     """Of every stage; None is what so many sessions need, or what fits where `gpu_memory_gb` are given."""
-    kv_dtype: str | None
-    """What stages hold keys and values in; None leaves it to them."""
+    kv_dtype: str
+    """What stages hold keys and values in: `auto` or `fp8`."""
     gpu_memory_gb: float | None
     """GB that GPUs count as having; None is all they have."""
     with_in_process: bool

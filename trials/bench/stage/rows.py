@@ -30,7 +30,7 @@ class StageBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None
     quantize: str | None = None
     fp8_product: Fp8Product = "auto"
-    kv_dtype: KVDtype | None = None
+    kv_dtype: KVDtype = "auto"
     num_threads: int | None
     is_deterministic: bool | None
 

@@ -92,7 +92,7 @@ def _options(settings: StageBenchSettings) -> ComputeOptions:
         settings.device,
         settings.dtype,
         fp8_product=settings.fp8_product,
-        kv_dtype=settings.kv_dtype or "auto",
+        kv_dtype=settings.kv_dtype,
         is_deterministic=settings.is_deterministic,
         max_batch_tokens=settings.num_tokens_most,
         max_step_sessions=settings.num_decoded_most,

@@ -26,7 +26,7 @@ def model_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings, tuple[str, str]]:
     left_out = (
-        "stages cut data_dir nats_url redis_url secrets device dtype threads kv_tokens kv_dtype "
+        "stages cut data_dir nats_url redis_url secrets device dtype threads kv_tokens "
         "gpu_memory_gb default_max_tokens profile"
     )
     options: dict[str, Any] = dict.fromkeys((*left_out.split(), "otlp_endpoint", "vision_workers", "conductors"))
@@ -35,6 +35,7 @@ def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings
         "gateway_processes": None,
         "layout": "auto",
         "vision_process": "auto",
+        "kv_dtype": "auto",
         "deterministic": False,
         "insecure": False,
         "mps": False,
@@ -237,7 +238,7 @@ def test_a_gpu_that_is_taken_for_a_smaller_one_is_planned_as_one(model_8b: Path)
 
 
 def test_keys_and_values_in_fp8_are_planned_and_passed_on(model_8b: Path) -> None:
-    said = [up((H100,), model=model_8b, gpu_memory_gb=24.0, kv_dtype=kv_dtype) for kv_dtype in (None, "fp8")]
+    said = [up((H100,), model=model_8b, gpu_memory_gb=24.0, kv_dtype=kv_dtype) for kv_dtype in ("auto", "fp8")]
     rates = [re.search(r"([\d.]+) captions/s", " ".join(lines)) for _, lines in said]
     assert rates[0] is not None
     assert rates[1] is not None

@@ -20,11 +20,9 @@ def test_what_cannot_be_is_refused_with_a_way_out(
     monkeypatch: pytest.MonkeyPatch, has_fp8: bool, head_dim: int, words: str
 ) -> None:
     monkeypatch.setattr(loading, "has_fp8_numbers", lambda _: has_fp8)
+    text, device = shape_config("8B").text, torch.device("cpu")
     with pytest.raises(ConfigurationError, match=f"{words}.*--attention sdpa") as caught:
-        require_codes(replace(shape_config("8B").text, head_dim=head_dim), torch.device("cpu"))
+        require_codes(replace(text, head_dim=head_dim), device)
     assert caught.value.field == "kv_dtype"
-
-
-def test_what_can_be_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "has_fp8_numbers", lambda _: True)
-    require_codes(replace(shape_config("8B").text, head_dim=32), torch.device("cpu"))
+    require_codes(replace(text, head_dim=32), device)

@@ -14,14 +14,13 @@ ROUNDS = Rounds(pictures="pictures", warm_up=WORK, timed=())
 
 
 def settings(**changes: Any) -> PipelineSettings:
-    options: dict[str, Any] = dict.fromkeys(
-        ("dtype", "num_threads", "num_conductors", "kv_tokens", "kv_dtype", "profile")
-    )
+    options: dict[str, Any] = dict.fromkeys(("dtype", "num_threads", "num_conductors", "kv_tokens", "profile"))
     options |= {"num_pictures": 8, "picture_side": 448, "num_output_tokens": 64, "num_in_flight": 512, "num_rounds": 1}
     options |= {"prompt": "Describe this image", "device": "cuda", "num_stages": (1,), "layouts": (), "mps": False}
     options |= {
         "vision": ("shared",),
         "num_sessions": 512,
+        "kv_dtype": "auto",
         "gpu_memory_gb": None,
         "with_in_process": False,
         "in_process_threads": (),
