@@ -21,7 +21,7 @@ _PROCESS_BYTES = 2 * 2**30
 """Python, torch and the rings of edges, beside what the plan has put into a processor's memory."""
 
 
-def env_files(described: DescribedHosts, found: FleetPlan) -> dict[str, Variables]:
+def env_files(described: DescribedHosts, found: FleetPlan, *, kv_in_fp8: bool = False) -> dict[str, Variables]:
     """Return the variables of each file, by its path: `gpu-1/stage-0.env`."""
     hosts, network = described.file.hosts, found.fleet.network
     broker, gateway = hosts[network.broker], hosts[network.gateway]
@@ -31,7 +31,7 @@ def env_files(described: DescribedHosts, found: FleetPlan) -> dict[str, Variable
         f"{gateway.name}/gateway.env": common[network.gateway] | _gateway(found.plan),
     }
     for number, slot in enumerate(found.slots):
-        name, settings = _worker(found.plan, number)
+        name, settings = _worker(found.plan, number, kv_in_fp8=kv_in_fp8)
         device = _device(described.names[slot.host][slot.device], found.fleet.device(slot))
         files[f"{hosts[slot.host].name}/{name}.env"] = common[slot.host] | {"WORKER": name} | settings | device
     return files
@@ -42,12 +42,14 @@ def _gateway(plan: Plan) -> dict[str, str]:
     return {"GATEWAY_PROCESSES": str(plan.num_gateways)} | {f"BROKER_PIPELINE_{k}": v for k, v in settings.items()}
 
 
-def _worker(plan: Plan, number: int) -> tuple[str, dict[str, str]]:
+def _worker(plan: Plan, number: int, *, kv_in_fp8: bool) -> tuple[str, dict[str, str]]:
     """Return a worker's name and what it does."""
     stages = plan.layout.stages
     if number >= len(stages):
         return f"vision-{number - len(stages)}", {}
     settings = {"BLOCKS": f"{stages[number].start}:{stages[number].stop}"}
+    if kv_in_fp8:
+        settings["BROKER_PIPELINE_KV_DTYPE"] = "fp8"
     if number in plan.layout.vision_stages:
         settings["BROKER_PIPELINE_VISION"] = "true"
     if share := plan.layout.shares(plan.num_conductors)[number]:

@@ -16,18 +16,18 @@ PUBLISHED = ("2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B")
 """The published models."""
 
 
-def read_named_model(name: str) -> ModelSizes:
+def read_named_model(name: str, *, kv_in_fp8: bool = False) -> ModelSizes:
     """Return the sizes of an artifact, or of a shape; raises `ConfigurationError` and `ArtifactError`."""
     if Path(name).is_dir():
-        return read_sizes(Path(name))
+        return read_sizes(Path(name), kv_in_fp8=kv_in_fp8)
     if name in SHAPE_NAMES:
-        return sizes_of_shape(name)
+        return sizes_of_shape(name, kv_in_fp8=kv_in_fp8)
     raise ConfigurationError(f"{name!r} is no directory and none of {', '.join(SHAPE_NAMES)}", field="model")
 
 
 @cache
-def sizes_of_shape(shape: str) -> ModelSizes:
+def sizes_of_shape(shape: str, *, kv_in_fp8: bool = False) -> ModelSizes:
     """Return the sizes of a shape."""
     with tempfile.TemporaryDirectory() as directory:
         artifact = write_shape_artifact(Path(directory) / shape, shape)
-        return read_sizes(artifact)
+        return read_sizes(artifact, kv_in_fp8=kv_in_fp8)

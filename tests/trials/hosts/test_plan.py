@@ -157,6 +157,18 @@ def test_env_files_say_what_each_host_runs(tmp_path: Path) -> None:
     assert len(starts) == len(files)
 
 
+def test_keys_and_values_in_fp8_make_room_and_stages_are_told(tmp_path: Path) -> None:
+    rates = []
+    for kv_dtype in ("auto", "fp8"):
+        done = plan(TWO, tmp_path, "--kv-dtype", kv_dtype, "--env", str(tmp_path / kv_dtype))
+        assert done.exit_code == 0, done.output
+        rates.append(float(re.findall(r"predicted ([\d.]+) captions/s", done.output)[0]))
+        files = {path.name: path.read_text() for path in (tmp_path / kv_dtype).rglob("*.env")}
+        told = {name for name, text in files.items() if "BROKER_PIPELINE_KV_DTYPE=fp8" in text}
+        assert told == ({name for name in files if name.startswith("stage")} if kv_dtype == "fp8" else set())
+    assert rates[1] > 1.2 * rates[0]
+
+
 def test_env_files_do_not_overwrite(tmp_path: Path) -> None:
     (tmp_path / "env").mkdir()
     (tmp_path / "env" / "mine").write_text("kept")
