@@ -46,7 +46,7 @@ kv_dtype_option = click.option(
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "fp8"]),
-    help="Dtype of keys and values, as for `stage`.",
+    help="Dtype of keys and values, as for `stage`: fp8 makes room for nearly twice the sessions.",
 )
 
 

@@ -15,6 +15,7 @@ from broker_pipeline.planning.fleet.advice import advise
 from broker_pipeline.planning.fleet.search import choose_fleet_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.terminal import make_console
+from trials.bench.options import kv_dtype_option
 from trials.hosts.described import read_hosts
 from trials.hosts.env_files import Variables, env_files, roles_of, write_env_files
 from trials.hosts.named_model import read_named_model
@@ -37,13 +38,7 @@ from trials.hosts.sizing import sizing_table
     help="Also write DIR/HOST/*.env for compose/*.yaml; DIR must not be there yet, or be empty.",
 )
 @click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Of a caption.")
-@click.option(
-    "--kv-dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "fp8"]),
-    help="Dtype of keys and values, as for `stage`: fp8 makes room for nearly twice the sessions.",
-)
+@kv_dtype_option
 @click.option("--sizing", is_flag=True, help="In place of a plan: a table of all published models on some hosts.")
 def command(
     hosts: Path | None,
